@@ -119,7 +119,7 @@ def stands(message):
 
 
 def wait_rest(pair):
-    """Wait until the commands say to stand; return, for each group, when the first one came that leads there.
+    """Wait until the commands say to stand; return, for each group, when the first one was sent that leads there.
 
     Nothing more is sent once the arm stands. So the last command may be one that has brought it to rest: on a busy
     machine the next tick comes only after its end.
@@ -131,16 +131,17 @@ def wait_rest(pair):
         return stands(message) or (not speeds[-1].any() and pair.seconds() > received + times[-1])
 
     pair.wait_for(lambda: all(has_come_to_rest(group) for group in pair.names), "commands to stand")
-    return {group: leading_to(pair.commands[group]) for group in pair.names}
+    return {group: leading_to(arm) for group, arm in pair.arms.items()}
 
 
-def leading_to(commands):
-    """When the first of the commands came that end where the last one stands, as ``seconds`` has it."""
+def leading_to(arm):
+    """When the first of an arm's commands was sent that end where the last one stands, as ``seconds`` has it."""
+    commands = list(arm.windows)
     rest = points_of(commands[-1][1])[1][-1]
     first = len(commands)
     while first and np.abs(points_of(commands[first - 1][1])[1][-1] - rest).max() < 1e-3:
         first -= 1
-    return commands[first][0]
+    return arm.sent[first]
 
 
 def held(pair, make_fault, reason, detail, within, earliest=0.0):
