@@ -66,6 +66,11 @@ class PacedTime:
         steps = list(self._steps)
         return steps[max(bisect_right(steps, wall_ns, key=lambda step: step[0]) - 1, 0)][1] / 1e9
 
+    @property
+    def is_held(self):
+        """Whether anybody lets time run only so far."""
+        return bool(self._limits.holders(node_clock.NO_LIMIT))
+
     def forget_limits(self):
         """Go on though the node that held time is gone."""
         self._limits = TimeLimits()

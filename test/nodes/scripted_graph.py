@@ -91,8 +91,16 @@ def take_up(graph, word="sway", at_home=True):
     if pair.state() == "unconfigured":
         assert pair.make(CONFIGURE)
     begun = pair.count()
-    assert pair.make(ACTIVATE)
+    activate(pair)
     return begun
+
+
+def activate(pair):
+    """Activate; no time passes until it is heard that the node holds it, else that runs far ahead of a slow node."""
+    with pair.stopped_time():
+        assert pair.make(ACTIVATE)
+        if pair.is_paced:
+            pair.wait_for(lambda: pair.simulated_time.is_held, "the node to hold time")
 
 
 def leave(graph, begun):
