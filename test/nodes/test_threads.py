@@ -14,7 +14,7 @@ pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
 sys.path.append(str(Path(__file__).parent))
 
-from scripted_graph import ACTIVATE, CHUNK, CLEANUP, CONFIGURE, DEACTIVATE, EXECUTED, held, leave, take_up, went_on
+from scripted_graph import CHUNK, CLEANUP, CONFIGURE, DEACTIVATE, EXECUTED, activate, held, leave, take_up, went_on
 from stand_in_pair import DEADLINE
 
 from xvla_ros.evaluation.processes import free_domain
@@ -69,7 +69,9 @@ def test_an_inference_thread_that_has_ended_is_noticed_and_activation_starts_ano
     assert "deactivate and activate" in running.status.detail
     graph.tracebacks += 2  # of the error, and of the one that came of saying so
     running.instruct("sway")
-    assert running.make(DEACTIVATE) and running.make(ACTIVATE)
+    running.wait_for(lambda: running.status.instruction == "sway", "the instruction, else the next thread ends as well")
+    assert running.make(DEACTIVATE)
+    activate(running)
     went_on(running)
 
 
