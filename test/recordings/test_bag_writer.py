@@ -119,7 +119,7 @@ def test_trajectories_survive():
 
 def test_a_flipped_byte_is_found(tmp_path):
     path = tmp_path / "bag.mcap"
-    with BagWriter(path, "{}") as bag:
+    with BagWriter(path, "{}", clock=lambda: 0.0) as bag:
         for stamp in range(100):
             bag.write("/joint_states", cdr.JOINT_STATE, stamp, joints(stamp))
     content = bytearray(path.read_bytes())
@@ -143,7 +143,7 @@ KILLED = """
 import os, signal, sys
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
-bag = BagWriter(sys.argv[1], "{}")
+bag = BagWriter(sys.argv[1], "{}", clock=lambda: 0.0)  # flushed where it is said below, however long it takes
 for stamp in range(1, 51):
     bag.write("/joint_states", cdr.JOINT_STATE, stamp, cdr.joint_state(stamp, ["a"], [1.0]))
 bag.flush()
@@ -162,7 +162,7 @@ def test_a_recorder_that_is_killed_leaves_what_it_had_flushed(tmp_path):
 
 def test_a_full_disk_is_named_and_leaves_a_readable_bag(tmp_path):
     path = tmp_path / "bag.mcap"
-    with BagWriter(path, "{}") as bag:
+    with BagWriter(path, "{}", clock=lambda: 0.0) as bag:  # flushed where it is said below, however long it takes
         bag.write("/joint_states", cdr.JOINT_STATE, 1, joints(1))
         bag.flush()
         # /dev/full takes the place of the file: every further write finds no space

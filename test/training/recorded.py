@@ -140,7 +140,8 @@ class Session:
     def write(self, path: Path, storage: str = "mcap", log_offset: int = 0) -> Path:
         """Write a bag with its profile, and return its path."""
         if storage == "mcap":
-            with BagWriter(path, profile_document([self.profile]), stamp_ns=START + log_offset) as bag:
+            document, still = profile_document([self.profile]), lambda: 0.0  # one chunk, however long it takes to write
+            with BagWriter(path, document, stamp_ns=START + log_offset, clock=still) as bag:
                 for log_time, topic, kind, data in self.ordered():
                     bag.write(topic, kind, log_time + log_offset, data)
             return path
