@@ -223,12 +223,11 @@ def test_a_stop_is_passed_on_to_the_command_which_saves(tmp_path):
     saved = tmp_path / "saved"
     child = (
         "import os, signal, sys, pathlib\n"
-        "def stop(*_):\n"
-        f"    pathlib.Path({str(saved)!r}).touch()\n"
-        "    sys.exit(130)\n"
-        "signal.signal(signal.SIGTERM, stop)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
         "os.kill(os.getppid(), signal.SIGTERM)\n"
-        "while True: signal.pause()\n"
+        "signal.sigwait({signal.SIGTERM})\n"
+        f"pathlib.Path({str(saved)!r}).touch()\n"
+        "sys.exit(130)\n"
     )
     commands = Commands()
     with pytest.raises(StoppedError, match="was stopped"):

@@ -93,9 +93,8 @@ def test_only_a_clean_end_is_allowed_to_a_child_that_may_end(tmp_path: Path) -> 
 
 def test_sigint_first_so_that_a_child_can_finish_its_files(tmp_path: Path) -> None:
     code = (
-        "import signal, sys, pathlib\n"
-        f"signal.signal(signal.SIGINT, lambda *_: (pathlib.Path({str(tmp_path / 'done')!r}).touch(), sys.exit(0)))\n"
-        "print('ready', flush=True)\nsignal.pause()"
+        "import signal, pathlib\nsignal.pthread_sigmask(signal.SIG_BLOCK, {2})\nprint('ready', flush=True)\n"
+        f"signal.sigwait({{2}})\npathlib.Path({str(tmp_path / 'done')!r}).touch()"
     )
     heard: list[str] = []
     with Supervisor(tmp_path, stop_times=StopTimes(LIMIT, LIMIT)) as supervisor:
@@ -147,13 +146,13 @@ def test_a_signal_ends_the_wait_and_the_handlers_come_back(tmp_path: Path, signu
 def test_a_second_signal_while_stopping_kills_at_once(tmp_path: Path) -> None:
     """Only SIGKILL ends the child, and without the second signal its turn comes later than any test may take."""
     code = (
-        "import signal\nsignal.signal(2, lambda *_: print('asked', flush=True))\nsignal.signal(15, signal.SIG_IGN)\n"
-        "print('ready', flush=True)\nwhile True: signal.pause()"
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {2})\nsignal.signal(15, signal.SIG_IGN)\n"
+        "print('ready', flush=True)\nsignal.sigwait({2})\nprint('asked', flush=True)\nsignal.pause()"
     )
 
     def hear(line: str) -> bool:
-        os.kill(os.getpid(), signal.SIGINT)  # first when the child is there, again when it has been asked to end
         heard.append(line)
+        os.kill(os.getpid(), signal.SIGINT)  # first when the child is there, again when it has been asked to end
         return True
 
     heard: list[str] = []
