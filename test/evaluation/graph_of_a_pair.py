@@ -32,7 +32,7 @@ from rosgraph_msgs.msg import Clock
 
 WIDTH, HEIGHT = 8, 6
 CLOCK_PERIOD_S = 0.005
-SPOILT_S = 0.2  # at most between two messages with NaN: what was well for half a second is believed again
+SPOILT_S = 0.3  # at most between two messages with NaN: what was well for half a second is believed again
 
 
 def message_class(kind: str) -> Any:
