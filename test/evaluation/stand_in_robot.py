@@ -102,7 +102,7 @@ class StandInRobot(Node):
             self.diagnostics.publish(self.diagnosis())
 
     def report(self, running: bool, time: float, stamp: Any) -> PolicyStatus:
-        held = 3.0 <= time < 3.4
+        held = 3.0 <= time < 4.0  # longer than what a watching node loses that stands for a while
         message = PolicyStatus(robot=ROBOT, instruction=INSTRUCTION, state="running" if running else "inactive")
         message.header.stamp = stamp
         if held:
