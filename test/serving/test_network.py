@@ -26,8 +26,9 @@ class Proxy:
         self._to, self._rng, self.loss = (host, int(port)), random.Random(seed), LOSS
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"ws://127.0.0.1:{self._listening.getsockname()[1]}"
-        self.flows = threading.Event()
+        self.flows, self.accepts = threading.Event(), threading.Event()
         self.flows.set()
+        self.accepts.set()
         self._sockets = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -35,6 +36,7 @@ class Proxy:
         while True:
             try:
                 near, _ = self._listening.accept()
+                self.accepts.wait()
                 far = socket.create_connection(self._to)
             except OSError:
                 return
@@ -56,7 +58,8 @@ class Proxy:
                 each.close()
 
     def cut(self):
-        """End every connection."""
+        """End every connection; none goes on until ``accepts`` is set."""
+        self.accepts.clear()
         for each in self._sockets:
             each.close()
         self._sockets.clear()
@@ -65,6 +68,7 @@ class Proxy:
         self._listening.close()
         self.flows.set()
         self.cut()
+        self.accepts.set()
 
 
 @pytest.fixture
@@ -131,5 +135,6 @@ def test_a_network_that_is_cut_is_named_and_taken_up_again(asking, proxy, look):
     with pytest.raises(UnreachableError, match=proxy.url):
         for _ in range(3):
             asking.predict([look()])
+    proxy.accepts.set()
     chunk = answered(asking, look(stamp=78))
     assert chunk.stamp == 78 and np.isfinite(chunk.actions).all()

@@ -390,14 +390,15 @@ def test_one_who_keeps_asking_on_a_connection_keeps_it(served, monkeypatch):
     monkeypatch.setattr(access, "IDLE_S", 1.0)
     while True:
         with closing(http.client.HTTPConnection(served.address, timeout=60)) as connection:
-            connection.connect()
             begun = last = time.monotonic()
+            connection.connect()
             slowest = 0.0
             try:
                 while last - begun < 1.5:
                     connection.request("GET", "/healthz")
                     assert connection.getresponse().read() == b"OK"
-                    slowest, last = max(slowest, time.monotonic() - last), time.monotonic()
+                    now = time.monotonic()
+                    slowest, last = max(slowest, now - last), now
                 return
             except (ConnectionError, http.client.HTTPException):
                 slowest = max(slowest, time.monotonic() - last)
