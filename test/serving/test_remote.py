@@ -243,6 +243,14 @@ def test_of_several_servers_the_next_answers_within_the_same_deadline(policy, pr
             each.stop()
 
 
+def test_servers_for_which_no_time_was_left_are_named(served, profiles, look, reach):
+    """As where the process stood for as long as an answer may take."""
+    asking = reach(served.url, {PAIR: within(profiles[PAIR], 1e-9)})
+    said = f"{url_of(served.url)}: no answer within 1e-09 s: no time was left to ask it"
+    with pytest.raises(UnreachableError, match=said):
+        asking.predict([look()])
+
+
 def test_the_least_late_server_is_asked_and_not_left_for_a_little(served, reach, monkeypatch):
     monkeypatch.setattr(remote, "RETRY_S", DEADLINE)  # nobody measures them meanwhile
     asking = reach(served.url)

@@ -181,13 +181,15 @@ class RemotePolicy:
             RequestError: a server refuses what was asked, and says why.
         """
         begun = time.monotonic()
-        deadline = begun + min(self._profiles[each.embodiment.robot].timing.inference_timeout for each in observations)
+        timeout = min(self._profiles[each.embodiment.robot].timing.inference_timeout for each in observations)
+        deadline = begun + timeout
         said: list[str] = []
         ordered = self._ordered()
         for number, server in enumerate(ordered):
             left = deadline - time.monotonic()
             if left <= 0.0:
-                break
+                said.append(f"{server.url}: no answer within {timeout:g} s: no time was left to ask it")
+                continue
             if number + 1 < len(ordered):  # leave time for the next
                 left = min(left, max(PATIENCE * (server.latency_s or 0.0), left / 2))
             try:
