@@ -6,7 +6,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xvla_ros.commands import main
@@ -68,6 +68,7 @@ def test_profile_urdf_and_design_agree(seed):
 
 
 @given(SEEDS)
+@example(155)  # was drawn so that it did not come over its large cubes as high as the expert goes
 @few
 def test_an_arm_reaches_all_of_its_table_inside_its_workspace(seed):
     arm = draw_arm(seed)

@@ -47,7 +47,7 @@ _SLOTS = (("front",), ("front", "wrist"), ("front", "side"), ("front", "side", "
 MARGIN = 0.12  # rad that postures over the table keep from the limits of joints
 STRETCHED = 0.95  # share of an arm's length that they use
 NEAREST = 0.15  # m between the axis of the first joint and a cube
-HOVER = 0.05  # m over a cube that the fingertips must be able to go
+HOVER, HOVER_HALVES = 0.05, 3.5  # over a cube that the fingertips must be able to go: m, and halves of its height
 ACCELERATION, JERK = 5.0, 100.0  # rad/s², rad/s³
 GRIPPER_SPEED = {True: 1.5, False: 0.1}  # by whether it is hinged, rad/s or m/s
 TRIES = 5000
@@ -153,7 +153,8 @@ class DrawnArm:
     @property
     def reaches(self) -> bool:
         """Whether the fingertips come to every place for a cube, and to over it."""
-        heights = (2 * self.cube_half - 0.005, 2 * self.cube_half + HOVER)
+        over = max(HOVER, HOVER_HALVES * self.cube_half)
+        heights = (2 * self.cube_half - 0.005, 2 * self.cube_half + over)
         return all(
             self.posture(x, y, height, self.leaning(x, y)) is not None
             for x, y in self.spots.tolist()
