@@ -69,6 +69,7 @@ def test_profile_urdf_and_design_agree(seed):
 
 @given(SEEDS)
 @example(155)  # was drawn so that it did not come over its large cubes as high as the expert goes
+@example(365)  # was drawn too near to a place at the height of the touch, though not below and above
 @few
 def test_an_arm_reaches_all_of_its_table_inside_its_workspace(seed):
     arm = draw_arm(seed)

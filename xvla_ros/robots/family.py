@@ -154,7 +154,7 @@ class DrawnArm:
     def reaches(self) -> bool:
         """Whether the fingertips come to every place for a cube, and to over it."""
         over = max(HOVER, HOVER_HALVES * self.cube_half)
-        heights = (2 * self.cube_half - 0.005, 2 * self.cube_half + over)
+        heights = [2 * self.cube_half + offset for offset in (-0.005, -0.003, over)]  # may be too near in between
         return all(
             self.posture(x, y, height, self.leaning(x, y)) is not None
             for x, y in self.spots.tolist()
