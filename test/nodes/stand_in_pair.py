@@ -252,16 +252,24 @@ class StandInPair:
         """ROS time in ns, as the node should see it."""
         return self.simulated_time.ns()
 
+    def _moment(self):
+        """ROS time in ns and ``seconds`` of one moment."""
+        while True:
+            before, now, after = self.seconds(), self.now(), self.seconds()
+            if after - before < CLOCKS_APART:
+                return now, before
+
     def _publish_clock(self):
         self._clock.publish(Clock(clock=Time(nanoseconds=self.now()).to_msg()))
 
     def _publish(self):
         if not (self.is_paced or self.simulated_time.runs):
             return
-        now = Time(nanoseconds=self.now()).to_msg()
+        stamp, seconds = self._moment()  # where the arms are at the stamp, however long this thread waits for them
+        now = Time(nanoseconds=stamp).to_msg()
         for group, publisher in self._state_topics.items():
             if self.joint_states:
-                position = self.make_positions(self.arms[group].say(self.seconds())).tolist()
+                position = self.make_positions(self.arms[group].say(seconds)).tolist()
                 named = dict(zip(self.names[group], position, strict=True))
                 names = self.make_names(self.names[group])
                 message = JointState(name=names, position=[named.get(name, 0.0) for name in names])
