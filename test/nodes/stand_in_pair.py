@@ -109,12 +109,12 @@ class StandInPair:
             name: self.node.create_client(kind, f"/xvla/{name}")
             for name, kind in (
                 ("change_state", ChangeState),
-                ("get_state", GetState),
                 ("set_parameters", SetParameters),
                 ("describe_parameters", DescribeParameters),
                 ("list_parameters", ListParameters),
                 ("stop", Trigger),
                 ("clear_stop", Trigger),
+                ("get_state", GetState),  # found last: whom it answers, the others answer
             )
         }
         self.executor = SingleThreadedExecutor(context=self.context)

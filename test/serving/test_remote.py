@@ -246,7 +246,7 @@ def test_of_several_servers_the_next_answers_within_the_same_deadline(policy, pr
 def test_servers_for_which_no_time_was_left_are_named(served, profiles, look, reach):
     """As where the process stood for as long as an answer may take."""
     asking = reach(served.url, {PAIR: within(profiles[PAIR], 1e-9)})
-    said = f"{url_of(served.url)}: no answer within 1e-09 s: no time was left to ask it"
+    said = f"{url_of(served.url)}: no answer within 1e-09 s: no time was left for it"
     with pytest.raises(UnreachableError, match=said):
         asking.predict([look()])
 

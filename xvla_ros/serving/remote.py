@@ -188,7 +188,7 @@ class RemotePolicy:
         for number, server in enumerate(ordered):
             left = deadline - time.monotonic()
             if left <= 0.0:
-                said.append(f"{server.url}: no answer within {timeout:g} s: no time was left to ask it")
+                said.append(f"{server.url}: no answer within {timeout:g} s: no time was left for it")
                 continue
             if number + 1 < len(ordered):  # leave time for the next
                 left = min(left, max(PATIENCE * (server.latency_s or 0.0), left / 2))
