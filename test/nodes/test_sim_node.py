@@ -28,7 +28,7 @@ from rcl_interfaces.msg import Log  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.parameter_client import AsyncParameterClient  # noqa: E402
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image, JointState  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
@@ -382,7 +382,8 @@ def test_diagnostics_count_the_frames_of_every_camera(probe):
 
 
 def test_another_publisher_of_the_clock_is_named(probe):
-    probe.listen(Log, "/rosout", RELIABLE, keep=lambda message: message.msg)
+    logged = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # it is said once
+    probe.listen(Log, "/rosout", logged, keep=lambda message: message.msg)
     probe.wait_for(lambda: probe.node.count_publishers("/rosout") > 1, "the log of the simulation")
     rival = probe.node.create_publisher(Clock, "/clock", 1)
     said = "2 publishers of /clock: /probe, /sim; expected one: stop the others"
