@@ -5,7 +5,7 @@ import threading
 from bisect import bisect_left
 
 import numpy as np
-from window_monitor import Window, WindowMonitor, watch
+from window_monitor import HURRIES, Window, WindowMonitor, watch
 
 FIGURES = ("lower", "upper", "max_velocity", "max_acceleration")
 BY_HAND = 0.5  # of a joint's max_velocity, at which it is moved home
@@ -13,6 +13,8 @@ BY_HAND = 0.5  # of a joint's max_velocity, at which it is moved home
 
 class CommandedArm:
     """Joints that go straight from where they were when a window came to its first point, and on; times are in s.
+
+    Where that is too far for the time until then, it takes them longer, and the rest of the window follows later.
 
     Args:
         group: the name of its command group.
@@ -48,7 +50,8 @@ class CommandedArm:
             self.sent.append(sent)
             self.windows.append((now, message))
             if self._powered:
-                self._here, self._way = here, (now, window.times, window.path)
+                takes = (np.abs(window.path[0] - here) / self.limits[:, 2]).max() / HURRIES
+                self._here, self._way = here, (now, window.times + max(takes - window.times[0], 0.0), window.path)
 
     def before_and_since(self, time):
         """The messages that were sent before a time, and those sent since, whenever they came."""

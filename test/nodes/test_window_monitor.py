@@ -10,15 +10,16 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from window_monitor import Window, WindowMonitor
+from commanded_arm import FIGURES, CommandedArm
+from window_monitor import HURRIES, Window, WindowMonitor
 
 LEAD, INSIDE, PERIOD, FASTEST = 0.05, 0.05, 1 / 30, 2.0
 LIMITS = [[-2.0, 2.0, FASTEST, 10.0]] * 2
 TIMES = LEAD + PERIOD * np.arange(14)
 
 
-def window(start, speed, sent, late=0.0, number=1):
-    """A window in which the first joint moves evenly from ``start`` at ``sent`` s, and the second stands at 1."""
+def message(start, speed):
+    """The first joint moves evenly from ``start``, and the second stands at 1."""
     points = [
         SimpleNamespace(
             time_from_start=SimpleNamespace(sec=0, nanosec=round(at * 1e9)),
@@ -27,8 +28,12 @@ def window(start, speed, sent, late=0.0, number=1):
         )
         for at in TIMES
     ]
-    message = SimpleNamespace(joint_names=["lift", "pan"], points=points)
-    return Window(message, ["pan", "lift"], sent, sent + late, number)
+    return SimpleNamespace(joint_names=["lift", "pan"], points=points)
+
+
+def window(start, speed, sent, late=0.0, number=1):
+    """A window of this message, sent at ``sent`` s."""
+    return Window(message(start, speed), ["pan", "lift"], sent, sent + late, number)
 
 
 @pytest.fixture
@@ -189,3 +194,14 @@ def test_a_gripper_stands_with_its_arm_where_the_window_before_began(monitor, sp
     monitor.leaps()
     monitor.see(window(-0.01, speed, 10.04, number=2), np.array([-0.1, 1.0]))
     assert any("goes on from" in str(leap) for leap in monitor.leaps()) == bool(speed)
+
+
+def test_the_arm_catches_up_no_faster_than_it_can():
+    """Else it would leap where a window came late, which the node rightly does not believe."""
+    figures = dict(zip(FIGURES, LIMITS[0], strict=True))
+    joints = [SimpleNamespace(name=name, **figures) for name in ("pan", "lift")]
+    arm = CommandedArm("arm", joints, [0.0, 1.0], SimpleNamespace(lead=LEAD), INSIDE)
+    arm.receive(message(1.0, 0.0), 10.0, 10.4, 1)
+    places = [arm.position(10.4 + passed)[0] for passed in (0.0, LEAD, 1.0)]
+    np.testing.assert_allclose(places, [0.0, HURRIES * FASTEST * LEAD, 1.0])
+    arm.monitor.leaps()  # from 0 to 1

@@ -31,6 +31,7 @@ import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 
 SPARE = 1.05
+HURRIES = 2.0  # times a joint's max_velocity, at which an arm catches up with a window that came late
 SMALL = 0.005  # rad or m: the stand-in goes straight between points, the node along cubics
 WATCHED = []  # monitors since they were judged last
 GRIPPER_LATE = 0.1  # s; the node's own 0.05, and a period or two until it is seen
@@ -104,6 +105,7 @@ class WindowMonitor:
         self._speeds = deque(maxlen=32)  # (sent, [J] the most of its speeds) of the windows of late
         self._stood = 0.0  # s by which the window before may have been made earlier than it was sent
         self._behind = np.zeros(len(joints))  # how far the arm may be behind since windows were late
+        self._away = np.zeros(len(joints))  # and how far it was
         self.seen, self.missed, self.misled = 0, 0, False
 
     def forget(self):
@@ -121,7 +123,7 @@ class WindowMonitor:
         self._speeds.append((window.sent, np.abs(window.speeds).max(axis=0)))
         if before is not None and window.number > before.number + 1 and self._was_away(before, window):
             self.missed += window.number - before.number - 1
-            self._behind = np.abs(window.path[0] - arm)
+            self._behind = self._away = np.abs(window.path[0] - arm)
             return
         if not self.misled:
             self._goes_on(window, before, arm)
@@ -146,14 +148,16 @@ class WindowMonitor:
             speed = np.abs(before.speeds).max(axis=0)
             since = window.sent - GRIPPER_LATE - self._inside
             lately = np.max([speed, *(fast for sent, fast in self._speeds if since <= sent < window.sent)], axis=0)
-            # of the way to the first point of the window before, the arm has gone this share
-            gone = min((window.received - before.received) / before.times[0], 1.0)
+            # of the way to the first point of the window before, the arm has gone this share, but no faster than it can
+            passed = window.received - before.received
+            gone = min(passed / before.times[0], 1.0)
+            left = np.maximum((1.0 - gone) * self._behind, self._away - HURRIES * self._fastest * passed)
             late = self._inside + self._stood + before.on_its_way + window.on_its_way
-            behind = np.maximum(speed * late, (1.0 - gone) * self._behind)
-        self._behind = behind
+            behind = np.maximum(speed * late, left)
         reach = np.maximum(self._fastest * self._lead, self._sags)
         allowed = SPARE * reach + behind + lately * GRIPPER_LATE * self._gripper + SMALL
         away = np.abs(window.path[0] - arm)
+        self._behind, self._away = behind, np.minimum(away, behind)
         for joint in np.flatnonzero(away > allowed):
             self._note(
                 window,
