@@ -31,7 +31,7 @@ import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 
 SPARE = 1.05
-HURRIES = 2.0  # times a joint's max_velocity, at which an arm catches up with a window that came late
+HURRIES = 1.2  # times a joint's max_velocity, at which an arm catches up with a window that came late
 SMALL = 0.005  # rad or m: the stand-in goes straight between points, the node along cubics
 WATCHED = []  # monitors since they were judged last
 GRIPPER_LATE = 0.1  # s; the node's own 0.05, and a period or two until it is seen

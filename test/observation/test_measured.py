@@ -80,6 +80,18 @@ def test_a_second_publisher_that_is_left_alone_is_never_believed(driver, behind)
     np.testing.assert_array_equal(driver.positions, 0.0)
 
 
+def test_an_arm_is_believed_that_moved_while_the_process_stood_with_a_message_in_hand(driver):
+    """That message is noted late, and the next at once after it: what came between them is lost."""
+    place = lambda ms: 1.5 * ms / 1e3 if ms < 1000 else 1.5  # noqa: E731
+    for ms in range(0, 500, 20):
+        assert driver.say(ms, place(ms))
+    driver.topic.add(START + 500 * MS, JOINTS, np.full(6, place(500)), 0.95)
+    for ms in range(940, 1700, 20):
+        driver.topic.add(START + ms * MS, JOINTS, np.full(6, place(ms)), max(ms, 951) / 1e3)
+    assert driver.fault is None
+    np.testing.assert_array_equal(driver.positions, 1.5)
+
+
 def test_another_arm_that_passes_where_joints_were_is_not_believed(driver):
     """Each of its joints is there once, but not all at a time."""
     driver.say(0, 0.4)

@@ -105,6 +105,7 @@ class MeasuredTopic:
         # of each joint: last message; last believed one; two earlier ones; the one since which it has stood still
         self._last, self._believed = _Readings(joints), _Readings(joints)
         self._earlier, self._between, self._anchor = (_Readings(joints) for _ in range(3))
+        self._awaited: Floats = np.zeros(joints)  # steady s since which the last message may have been there
         # joints whose messages leapt without a gap since all was well; those last heard of out of reach of the believed
         self._leapt: NDArray[np.bool_] = np.zeros(joints, dtype=bool)
         self._away: NDArray[np.bool_] = np.zeros(joints, dtype=bool)
@@ -135,7 +136,7 @@ class MeasuredTopic:
         if values is None:
             self._heard = f"with {shown(tuple(names))}" if np.size(positions) else "without positions"
             return None
-        passed = self._passed(self._last, stamp, received)
+        passed = self._passed(self._last, stamp, received - self._last.received)
         excess = self._excess(self._last, passed, values)
         is_late = self._is_late(stamp, received, values)
         if not is_late:
@@ -214,10 +215,13 @@ class MeasuredTopic:
         arrival: stamps may lie.
         """
         here = ~np.isnan(values)
-        if (leaps & (received - self._last.received <= LONGEST)).any():
+        waited = received - self._awaited  # a process that stood with the last message in hand noted it late
+        leapt = self._excess(self._last, self._passed(self._last, stamp, waited), values) > 0.0
+        if (leapt & (waited <= LONGEST)).any():
             self._leapt |= here
         is_there = not self._excess(self._believed, np.zeros_like(values), values).any()
-        comes = not self._excess(self._believed, self._passed(self._believed, stamp, received), values).any()
+        passed = self._passed(self._believed, stamp, received - self._believed.received)
+        comes = not self._excess(self._believed, passed, values).any()
         was_away = bool((self._away & here).any())
         self._away = np.where(here, not is_there and ((was_away and not leaps.any()) or not comes), self._away)
 
@@ -238,11 +242,14 @@ class MeasuredTopic:
         return turned
 
     @staticmethod
-    def _passed(since: _Readings, stamp: int, received: float) -> Floats:
-        """Return the s for which joints may have moved since a reading, as far as the stamps can be believed."""
+    def _passed(since: _Readings, stamp: int, waited: Floats) -> Floats:
+        """Return the s for which joints may have moved since a reading, as far as the stamps can be believed.
+
+        ``waited`` are s by the steady clock since then.
+        """
         passed = np.abs(stamp - since.stamps) / NS
         # stamps that lie far apart say nothing about speed, and no stamp runs far ahead of the time of arrival
-        most = FASTEST_TIME * np.abs(received - since.received) + BURST
+        most = FASTEST_TIME * np.abs(waited) + BURST
         return np.where(passed > LONGEST, 0.0, np.minimum(passed, most))
 
     def _excess(self, since: _Readings, passed: Floats, values: Floats) -> Floats:
@@ -280,6 +287,7 @@ class MeasuredTopic:
 
     def _note(self, stamp: int, received: float, values: Floats) -> None:
         here = ~np.isnan(values)
+        self._awaited = np.where(here, np.where(self._last.known, self._last.received, received), self._awaited)
         self._last.set(here, stamp, received, values)
         if self.fault is None:
             self._settle()
