@@ -47,7 +47,10 @@ _SLOTS = (("front",), ("front", "wrist"), ("front", "side"), ("front", "side", "
 MARGIN = 0.12  # rad that postures over the table keep from the limits of joints
 STRETCHED = 0.95  # share of an arm's length that they use
 NEAREST = 0.15  # m between the axis of the first joint and a cube
-HOVER, HOVER_HALVES = 0.05, 3.5  # over a cube that the fingertips must be able to go: m, and halves of its height
+HOVER = 0.05  # m over a cube that the fingertips must be able to go
+# what the expert of the touch goes: half cube heights above the place to touch, higher than another cube; m below the
+# top of the cube, so that the fingers meet it
+TOUCH_HOVER, TOUCH_PRESS = 3.5, 0.003
 ACCELERATION, JERK = 5.0, 100.0  # rad/s², rad/s³
 GRIPPER_SPEED = {True: 1.5, False: 0.1}  # by whether it is hinged, rad/s or m/s
 TRIES = 5000
@@ -153,8 +156,8 @@ class DrawnArm:
     @property
     def reaches(self) -> bool:
         """Whether the fingertips come to every place for a cube, and to over it."""
-        over = max(HOVER, HOVER_HALVES * self.cube_half)
-        heights = [2 * self.cube_half + offset for offset in (-0.005, -0.003, over)]  # may be too near in between
+        over = max(HOVER, TOUCH_HOVER * self.cube_half)
+        heights = [2 * self.cube_half + offset for offset in (-0.005, -TOUCH_PRESS, over)]  # may be too near in between
         return all(
             self.posture(x, y, height, self.leaning(x, y)) is not None
             for x, y in self.spots.tolist()

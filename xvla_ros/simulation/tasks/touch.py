@@ -8,14 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from xvla_ros.robots.family import TOUCH_HOVER, TOUCH_PRESS
 from xvla_ros.simulation.parts import CUBES
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Goal, Layout, Task, spoken, within
 from xvla_ros.simulation.world import World
 from xvla_ros.types import Floats
 
-HOVER = 3.5  # half cube heights above the place to touch: higher than another cube
-PRESS = 0.003  # m below the top of the cube to which the fingers go, so that they meet it
 FUNNEL = 0.8, 0.5  # halves of a cube beside it, and m for each m above it, from where the way leads straight down
 MOVED = 0.002  # m by which a cube must move for its postures to be sought anew
 UNDECIDED = 0.03  # m: a cube this near to both arms is not asked for without naming an arm
@@ -84,7 +83,7 @@ class TouchExpert(Expert):
         return cell.way(now, [Leg(self._over), down])
 
     def _target(self) -> Floats:
-        return self._at + np.array([0.0, 0.0, self._cell.half(self._prop) - PRESS], np.float64)
+        return self._at + np.array([0.0, 0.0, self._cell.half(self._prop) - TOUCH_PRESS], np.float64)
 
     def _look(self) -> None:
         """Solve for the postures again when the cube has moved."""
@@ -94,5 +93,5 @@ class TouchExpert(Expert):
         self._at = place
         target, shut = self._target(), self._hand.figures.shut
         on = self._hand.touching(target)
-        over = self._hand.touching(target + np.array([0.0, 0.0, HOVER * self._cell.half(self._prop)]), on)
+        over = self._hand.touching(target + np.array([0.0, 0.0, TOUCH_HOVER * self._cell.half(self._prop)]), on)
         self._on, self._over = (self._cell.posture(self._name, joints, shut) for joints in (on, over))
