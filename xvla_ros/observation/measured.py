@@ -215,10 +215,11 @@ class MeasuredTopic:
         arrival: stamps may lie.
         """
         here = ~np.isnan(values)
-        waited = received - self._awaited  # a process that stood with the last message in hand noted it late
-        leapt = self._excess(self._last, self._passed(self._last, stamp, waited), values) > 0.0
-        if (leapt & (waited <= LONGEST)).any():
-            self._leapt |= here
+        if leaps.any():
+            waited = received - self._awaited  # a process that stood with the last message in hand noted it late
+            leapt = self._excess(self._last, self._passed(self._last, stamp, waited), values) > 0.0
+            if (leapt & (waited <= LONGEST)).any():
+                self._leapt |= here
         is_there = not self._excess(self._believed, np.zeros_like(values), values).any()
         passed = self._passed(self._believed, stamp, received - self._believed.received)
         comes = not self._excess(self._believed, passed, values).any()
